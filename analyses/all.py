@@ -93,7 +93,7 @@ class Config(options.Spread, Study):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "store_decoded":
-                value = not {PROBES, *READ_OWN} <= set(self.skip)
+                value = value or not {PROBES, *READ_OWN} <= set(self.skip)
             if field.name not in known or value == field.default or field.name == "keep_activations":
                 continue  # what is stored is given back when all have ended
             words = [] if value is True else map(str, value if isinstance(value, tuple) else [value])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,24 +99,40 @@ def random_layers(
     return _layers(config, model, RANDOM, split, prompts)
 
 
+def stores_decoded(config: Study, n_layers: int) -> bool:
+    """Whether activations are stored as prompts are decoded: of a model of so many layers, all of them."""
+    every = len(config.stored_layers(n_layers)) == n_layers
+    return config.store_decoded and every and READ[1] in config.stored_sites
+
+
 @contextmanager
 def keeping(config: Study, step: int, split: str, prompts: list[Prompt]) -> Iterator[OnRead | None]:
-    """What stores the boundary activations of a split's prompts that are read to decode them.
-
-    None where they are not to be stored then (`Storing.store_decoded`), or not at every layer.
-    """
+    """What stores the boundary activations of a split's prompts that are read to decode them, if any does."""
     import torch
 
-    from interp.engine.store import keeping_boundaries
+    from interp.engine.store import Boundaries
 
-    own, model = [site for site in config.stored_sites if site in READ], config.model(step)
-    whole = READ[1] in own and len(config.stored_layers(model.n_layers)) == model.n_layers
-    if not config.store_decoded or not whole:
+    model = config.model(step)
+    if not stores_decoded(config, model.n_layers):
         yield None
         return
     folder, dtype = config.run / ACTIVATIONS / f"checkpoint-{step}" / split, config.activation_dtype
-    with keeping_boundaries(folder, model, prompts, own, stored_as=getattr(torch, dtype)) as on_read:
-        yield on_read
+    sites = [site for site in config.stored_sites if site in READ]
+    boundaries = Boundaries(folder, model, prompts, sites, stored_as=getattr(torch, dtype))
+    going = True
+
+    def attempt(work: Callable[[], None]) -> None:
+        """Who needs what is not stored captures it, and fails where that does; what is decoded is kept."""
+        nonlocal going
+        try:
+            if going:
+                work()
+        except (ValueError, OSError) as problem:
+            going = False
+            config.say(f"activations are not stored as prompts are decoded: {problem}")
+
+    yield lambda *read: attempt(lambda: boundaries(*read))
+    attempt(boundaries.write)
 
 
 def _layers(

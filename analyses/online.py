@@ -42,7 +42,7 @@ class Config(Study):
     step_limit: StepLimit = 30
     """Steps after which a game is lost."""
     workers: AnyWorkers = 0
-    """Processes that the games are played in (0: 2, or 1 where this process has one core)."""
+    """Processes that the games are played in (0: 2, or 1 where one core is this process's own)."""
 
 
 def run(config: Config) -> None:

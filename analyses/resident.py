@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 #: What the kept model was loaded from, and the model; None: none is kept in this process.
 _kept: dict[tuple, HookedModel] | None = None
-#: Decisions with their prompts, by the hash of the format.
-_prompts: dict[str, list[tuple[Sequence[Decision], list[Prompt]]]] = {}
+#: Decisions with their prompts, by the hash of the format and the tokenizer, of which the hash knows the
+#: vocabulary alone.
+_prompts: dict[tuple[str, int], list[tuple[Sequence[Decision], list[Prompt]]]] = {}
 
 
 def keep() -> None:
@@ -39,6 +40,7 @@ def loaded(source: tuple, load: Callable[[], HookedModel]) -> HookedModel:
         return load()
     if source not in _kept:
         _kept.clear()  # before another takes its place
+        _prompts.clear()
         _kept[source] = load()
     return _kept[source]
 
@@ -47,7 +49,7 @@ def prompts(fmt: PromptFormat, decisions: Sequence[Decision]) -> list[Prompt]:
     """Prompts of decisions; where a model is kept, those that were made before of equal ones."""
     if _kept is None:
         return [fmt.prompt(decision) for decision in decisions]
-    made = _prompts.setdefault(fmt.hash, [])
+    made = _prompts.setdefault((fmt.hash, id(fmt.tokenizer)), [])  # each prompt holds it
     found = next((each for before, each in made if before == decisions), None)
     if found is None:
         found = [fmt.prompt(decision) for decision in decisions]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .boundary import ACTIVATIONS, RANDOM, READ, TRAIN, sample_episodes
+from .boundary import ACTIVATIONS, RANDOM, READ, TRAIN, sample_episodes, stores_decoded
 from .registry import chains
 from .study import Study
 
@@ -38,11 +38,14 @@ def estimated(config: Study, name: str) -> int | None:
     """
     names = {each for chain in chains() for each in chain} if name == "all" else {name}
     names -= set(getattr(config, "skip", ()))
-    if not names & {PROBES, *READ_OWN}:
+    decodes = config.store_decoded and name != "all"
+    if not decodes and not names & {PROBES, *READ_OWN}:
         return 0
     shape = _shape(config)
     if not shape:
         return None
+    if not names & {PROBES, *READ_OWN} and not stores_decoded(config, shape.num_hidden_layers):
+        return 0
     decisions = len(config.steps) * sum(_own(config).values())
     if PROBES in names:
         read = _of_probes(config)

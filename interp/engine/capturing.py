@@ -241,7 +241,8 @@ class _Passes:
         # Padding is on the right, where no earlier token looks: the causal mask alone is exact.
         ids = padded([self.wanted[row[-1]].ids for row in rows], self.model.device)
         kept = [(number, p) for number, row in enumerate(rows) for i in row for p in self.wanted[i].positions]
-        read = _read_few if self._few(len(kept), ids) else _read
+        most = max(Counter(number for number, _ in kept).values())
+        read = _read_few if self._few(len(rows) * most, ids) else _read
         held = read(
             self.model,
             self.keys,
@@ -253,7 +254,7 @@ class _Passes:
         return [i for row in rows for i in row], fetched(held)
 
     def _few(self, kept: int, ids: Tensor) -> bool:
-        """Whether the last block is read, exactly, at few of the tokens."""
+        """Whether the last block is read, exactly, at few of the tokens; kept: in a row the most in any."""
         model = self.model
         last = max(layer for _, layer in self.keys) == model.n_layers - 1
         return last and FEW * kept <= ids.numel() and not model.path(ids.shape[1])
@@ -371,7 +372,7 @@ def check_finite(
     values: Float[Tensor, "row site layer width"],
     sites: Sequence[str],
     layers: Sequence[int],
-    owners: Int[np.ndarray, "row"] | None = None,
+    owners: Int[np.ndarray, "row"],
 ) -> None:
     """Raise ValueError naming the first activation that is not finite; owners: the prompt of each row."""
     if values.sum().isfinite():  # read once; a sum that overflows alone is looked into
@@ -379,7 +380,5 @@ def check_finite(
     finite = values.isfinite()
     if not finite.all():
         row, site, layer, _ = (~finite).nonzero()[0].tolist()
-        where = (
-            f"first {sites[site]} of layer {layers[layer]} at prompt {row if owners is None else owners[row]}"
-        )
+        where = f"first {sites[site]} of layer {layers[layer]} at prompt {owners[row]}"
         raise ValueError(not_finite(f"The activations of {model.architecture}", model.dtype, where))

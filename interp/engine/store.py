@@ -14,13 +14,14 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +29,6 @@ from torch import Tensor
 from interp.checkpoints.headers import hash_files
 from interp.checkpoints.identity import ORIGIN, hash_json
 from interp.engine.capturing import Activations, at_ends, capture, check_finite
-from interp.engine.generation import OnRead
 from interp.engine.positions import WITH_TRACES, At, Trace, is_single, readings
 from interp.models.caches import Layers
 from interp.models.hooked import HookedModel
@@ -363,48 +363,67 @@ def capture_and_keep(
     return torch.cat(parts)[[where[each] for each in hashes]]
 
 
-@contextmanager
-def keeping_boundaries(
-    folder: str | Path,
-    model: HookedModel,
-    prompts: Sequence[AnyPrompt],
-    sites: Sequence[str],
-    *,
-    stored_as: torch.dtype = torch.float32,
-) -> Iterator[OnRead]:
-    """Keep boundary activations of prompts that something else reads (`on_read` of `continue_each`).
+class Boundaries:
+    """Boundary activations of prompts that something else reads: an `OnRead` of `continue_each`.
 
-    They are found as those that `stored_capture` keeps of all layers. Raises ValueError as `capture` does.
+    They go into a `Store`, where they are found as those that `stored_capture` keeps of all layers.
+
+    >>> boundaries = Boundaries(folder, model, prompts, ("resid_post",))
+    >>> continue_each(model, [prompt.ids for prompt in prompts], ..., on_read=boundaries)
+    >>> boundaries.write()
 
     Args:
         prompts: those that are read.
         sites: stored at every layer.
         stored_as: precision on disk.
     """
-    wanted = readings(prompts, "boundary")
-    store = Store(folder, _identity(model, sites, None, "boundary", stored_as))
-    there = set(store.where())
-    read: dict[str, tuple[AnyPrompt, Tensor]] = {}
 
-    def write() -> None:
-        kept = [prompt for prompt, _ in read.values()]
-        values = torch.stack([value for _, value in read.values()])
-        check_finite(model, values, store.identity["sites"], store.identity["layers"])
-        store.append(rounded(values, stored_as), list(read), (), **_named(kept))
-        there.update(read)
-        read.clear()
+    def __init__(
+        self,
+        folder: str | Path,
+        model: HookedModel,
+        prompts: Sequence[AnyPrompt],
+        sites: Sequence[str],
+        *,
+        stored_as: torch.dtype = torch.float32,
+    ) -> None:
+        self.folder, self.model, self.prompts, self.sites = folder, model, prompts, sites
+        self.stored_as = stored_as
+        self._readings = readings(prompts, "boundary")
+        self._read: dict[str, tuple[int, Tensor]] = {}
 
-    def on_read(group: Sequence[int], layers: Layers, seen: Tensor) -> None:
-        values = at_ends(model, [wanted[i].ids for i in group], layers, seen, sites)
+    @cached_property
+    def store(self) -> Store:
+        """Made where something is read."""
+        return Store(self.folder, _identity(self.model, self.sites, None, "boundary", self.stored_as))
+
+    @cached_property
+    def _stored(self) -> set[str]:
+        return set(self.store.where())
+
+    def __call__(self, group: Sequence[int], layers: Layers, seen: Bool[Tensor, "row slot"]) -> None:
+        """Read the ends of prompts; raises as `write` does."""
+        values = at_ends(self.model, [self._readings[i].ids for i in group], layers, seen, self.sites)
         for i, value in zip(group, values):
-            if wanted[i].hash not in there:
-                read[wanted[i].hash] = prompts[i], value
-        if len(read) >= SHARD:
-            write()
+            if self._readings[i].hash not in self._stored:
+                self._read[self._readings[i].hash] = i, value
+        if len(self._read) >= SHARD:
+            self.write()
 
-    yield on_read
-    if read:
-        write()
+    def write(self) -> None:
+        """Store what was read.
+
+        Raises ValueError for an activation that is not finite or not in the range of `stored_as`, and OSError
+        where it cannot be written.
+        """
+        while self._read:
+            hashes = list(self._read)[:SHARD]
+            indices, values = zip(*(self._read.pop(each) for each in hashes))
+            together, identity = torch.stack(values), self.store.identity
+            check_finite(self.model, together, identity["sites"], identity["layers"], np.array(indices))
+            prompts = [self.prompts[i] for i in indices]
+            self.store.append(rounded(together, self.stored_as), hashes, (), **_named(prompts))
+            self._stored.update(hashes)
 
 
 def stored_capture(

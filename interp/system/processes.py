@@ -62,14 +62,23 @@ def stop_on_signals() -> None:
 def leave(status: int) -> NoReturn:
     """End this process with an exit status; without taking Python down, which takes seconds with torch.
 
-    One that a signal has stopped does not run what is to be run at the end either, nor does any wait for
-    threads that still read or hash weights.
+    What is to be run at the end is run, unless a signal has stopped the process; no thread is waited for, be
+    it at reading or hashing weights. Output that cannot be written is an error, which is said.
     """
     if status <= 128:
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
+        try:
             stream.flush()
+        except BrokenPipeError:  # what reads the output has ended
+            status = status or 128 + signal.SIGPIPE
+        except OSError as error:
+            status = status or 1
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                print(f"error: the output cannot be written ({error.strerror or error}).", file=sys.stderr)
+                sys.stderr.flush()
+        except (ValueError, AttributeError):  # closed, or never open
+            pass
     os._exit(status)
 
 

@@ -4,6 +4,7 @@ import shutil
 from collections import namedtuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -201,3 +202,32 @@ def test_what_is_stored_as_prompts_are_decoded_is_what_probes_read(probed, optio
     flags = ("--store_decoded", "--activation_layers", 0)
     assert main("behaviour", "--run", none, *options[:11], "--choices", 2, *flags) == 0
     assert not shards(none)
+
+
+def test_what_cannot_be_stored_as_prompts_are_decoded_is_said_and_decoding_is_kept(
+    options, tmp_path, monkeypatch, capsys
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "append", full)
+    words = (*options[:11], "--choices", 2)
+    assert main("behaviour", "--run", tmp_path / "run", *words, "--store_decoded") == 0
+    said = capsys.readouterr().err
+    assert "activations are not stored as prompts are decoded" in said and "No space left" in said
+    assert main("behaviour", "--run", tmp_path / "plain", *words) == 0
+    ours, theirs = (read_table(tmp_path / name / "tables", "behaviour")[0] for name in ("run", "plain"))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_a_disk_that_is_too_small_for_what_is_stored_as_prompts_are_decoded_is_refused(
+    options, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9 - 5000, 5000))
+    words = (*options[:11], "--choices", 2)
+    assert main("behaviour", "--run", tmp_path / "run", *words, "--store_decoded") == 1
+    assert "stored activations will take" in capsys.readouterr().err
+    assert (
+        main("behaviour", "--run", tmp_path / "run", *words, "--store_decoded", "--activation_layers", 0) == 0
+    )
+    assert main("behaviour", "--run", tmp_path / "run", *words) == 0

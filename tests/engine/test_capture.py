@@ -136,6 +136,16 @@ def test_the_last_block_at_the_kept_tokens_alone_gives_what_it_gives_at_all(mode
         assert few.positions == whole.positions and few.paths == whole.paths
 
 
+def test_rows_of_which_one_is_kept_whole_are_read_whole(llama, prompts, monkeypatch):
+    """Else each row would be as long in the last block as the one of which the most is kept."""
+    places = [list(range(len(prompts[0].ids))), *([-1] for _ in prompts[1:])]
+    monkeypatch.setattr(capturing, "_read_few", None)
+    found = capture(llama, prompts, ("resid_post",), places, trajectory=False, batch_tokens=10**6)
+    monkeypatch.undo()
+    last = capture(llama, prompts[1:], ("resid_post",), trajectory=False)
+    torch.testing.assert_close(found.values[len(prompts[0].ids) :], last.values, rtol=1e-4, atol=1e-4)
+
+
 def test_no_layer_above_the_last_one_asked_for_is_computed(model, prompts):
     whole, ran = capture(model, prompts[:3]), []
     handles = [

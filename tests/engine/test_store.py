@@ -9,7 +9,7 @@ import torch
 from interp.engine import store
 from interp.engine.capturing import capture
 from interp.engine.generation import continue_each
-from interp.engine.store import Store, keeping_boundaries, stored_capture, stream_capture
+from interp.engine.store import Boundaries, Store, stored_capture, stream_capture
 from interp.models.hooked import HookedModel
 from interp.results.records import content_hash
 from tests.conftest import tiny_hf
@@ -201,10 +201,9 @@ def test_what_is_read_to_be_continued_is_stored_as_it_is_captured(
     options = dict(memory={}, names=list(range(len(names)))) if remembering else {}
     for budget in (10_000, 400):
         folder = tmp_path / str(budget)
-        with keeping_boundaries(folder, model, prompts, ("resid_pre", "resid_post")) as on_read:
-            found = continue_each(
-                model, rows, variants, lambda ids: False, 3, budget, on_read=on_read, **options
-            )
+        kept = Boundaries(folder, model, prompts, ("resid_pre", "resid_post"))
+        found = continue_each(model, rows, variants, lambda ids: False, 3, budget, on_read=kept, **options)
+        kept.write()
         assert found == continue_each(model, rows, variants, lambda ids: False, 3, budget)
         close = dict(rtol=1e-4, atol=1e-4)
         with monkeypatch.context() as patched:
@@ -219,28 +218,31 @@ def test_what_is_read_to_be_continued_is_stored_as_it_is_captured(
 def test_what_was_stored_is_not_stored_again_while_it_is_read(llama, fmt, prompts, tmp_path):
     stored_capture(tmp_path, llama, prompts[:4])
     before = (tmp_path / "manifest.jsonl").read_text()
-    variants = {mode: [fmt.mode_prefix(mode)] * 6 for mode in ("cot", "prompt")}
-    with keeping_boundaries(tmp_path, llama, prompts[:6], ("resid_pre", "resid_post")) as on_read:
-        continue_each(llama, [p.ids for p in prompts[:6]], variants, lambda ids: True, 1, on_read=on_read)
+    variants = {mode: [fmt.mode_prefix(mode)] * 30 for mode in ("cot", "prompt")}
+    kept = Boundaries(tmp_path, llama, prompts[:30], ("resid_pre", "resid_post"))
+    continue_each(llama, [p.ids for p in prompts[:30]], variants, lambda ids: True, 1, on_read=kept)
+    kept.write()
     added = (tmp_path / "manifest.jsonl").read_text().removeprefix(before)
-    assert [len(json.loads(line)["prompts"]) for line in added.splitlines()] == [2]
+    assert [len(json.loads(line)["prompts"]) for line in added.splitlines()] == [10, 10, 6]
+    Boundaries(tmp_path / "none", llama, [], ("resid_post",)).write()
+    assert not (tmp_path / "none").exists(), "nothing was read"
 
 
-def test_what_is_read_is_stored_only_where_it_is_finite(llama, fmt, prompts, tmp_path):
-    variants = {mode: [fmt.mode_prefix(mode)] * 3 for mode in ("cot", "prompt")}
+def test_what_is_read_is_stored_only_where_it_is_finite_and_the_prompt_is_named(
+    llama, fmt, prompts, tmp_path, monkeypatch
+):
+    some = prompts[7::-1]
+    variants = {mode: [fmt.mode_prefix(mode)] * 8 for mode in ("cot", "prompt")}
+    read = store.at_ends
 
-    def read(**options):
-        with keeping_boundaries(tmp_path, llama, prompts[:3], ("resid_post",), **options) as on_read:
-            continue_each(llama, [p.ids for p in prompts[:3]], variants, lambda ids: True, 1, on_read=on_read)
+    def spoilt(model, rows, *rest):
+        values = read(model, rows, *rest)
+        values[rows.index(some[2].ids), 0, 1, 5] = torch.nan
+        return values
 
-    largest = capture(llama, prompts[:3]).values.abs().max()
-    bias = torch.nn.Parameter(torch.full_like(llama.blocks[-1].mlp.down_proj.weight, 1e38))
-    whole = llama.blocks[-1].mlp.down_proj.weight
-    assert largest.isfinite()
-    try:
-        llama.blocks[-1].mlp.down_proj.weight = bias
-        with pytest.raises(ValueError, match="not finite|ends at"):
-            read(stored_as=torch.float16)
-    finally:
-        llama.blocks[-1].mlp.down_proj.weight = whole
+    monkeypatch.setattr(store, "at_ends", spoilt)
+    kept = Boundaries(tmp_path, llama, some, ("resid_post",))
+    continue_each(llama, [p.ids for p in some], variants, lambda ids: True, 1, on_read=kept)
+    with pytest.raises(ValueError, match="first resid_post of layer 1 at prompt 2"):
+        kept.write()
     assert not list(tmp_path.glob("*.safetensors"))

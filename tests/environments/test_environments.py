@@ -219,7 +219,7 @@ def test_decisions_is_a_number_or_a_file(tmp_path, capsys, series_folder):
     file = put(tmp_path / "d.jsonl", GOOD)
     assert Study(decisions=file).corpus == file and Study(decisions=file).decisions == 0
     assert Study(decisions=5, corpus=file).decisions == 5
-    assert whole.Config(decisions=file).arguments(Study) == ["--corpus", str(file)]
+    assert whole.Config(decisions=file).arguments(Study) == ["--store_decoded", "--corpus", str(file)]
     run = ("--run", tmp_path / "run", "--series", series_folder, "--device", "cpu", "--checkpoints", "110")
     assert main("behaviour", *run, "--decisions", file) == 0
     assert pd.read_csv(tmp_path / "run" / "tables" / "behaviour.csv").n.max() == 2

@@ -296,3 +296,16 @@ def test_cores_are_shared_with_the_processes_beside(monkeypatch):
     for given, own in (("1", 1), ("0", 1), ("10000", cores()), ("4,2", cores()), ("", cores())):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert own_cores() == own
+
+
+@pytest.mark.parametrize("into, status", [("/dev/full", 1), ("/dev/null", 0)])
+def test_output_that_cannot_be_written_is_an_error(into, status):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open(into, "w") as stream:
+        command = [sys.executable, "-m", "analyses"]
+        ended = subprocess.run(
+            command, stdout=stream, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+    assert ended.returncode == status and ("cannot be written (No space left" in ended.stderr) == (
+        status == 1
+    )
