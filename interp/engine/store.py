@@ -366,11 +366,8 @@ def capture_and_keep(
 class Boundaries:
     """Boundary activations of prompts that something else reads: an `OnRead` of `continue_each`.
 
-    They go into a `Store`, where they are found as those that `stored_capture` keeps of all layers.
-
-    >>> boundaries = Boundaries(folder, model, prompts, ("resid_post",))
-    >>> continue_each(model, [prompt.ids for prompt in prompts], ..., on_read=boundaries)
-    >>> boundaries.write()
+    They go into a `Store`, where they are found as those that `stored_capture` keeps of all layers; `write`
+    stores the last of them.
 
     Args:
         prompts: those that are read.
