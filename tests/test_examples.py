@@ -19,6 +19,7 @@ import torch
 
 import interp
 import tests.results.test_shown
+from interp.plots import registry
 from interp.results.decisions import write_decisions, write_records
 from interp.system.paths import ROOT
 from tests.analyses.test_direct import simulated
@@ -319,6 +320,7 @@ def test_the_example_runs(module, text, folder, world, monkeypatch, request):
     if request.node.callspec.id in ELSEWHERE:
         pytest.skip(f"the example needs {ELSEWHERE[request.node.callspec.id]}")
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(registry, "_FIGURES", dict(registry._FIGURES))  # what an example draws is its own
     monkeypatch.setenv("BROWSER_PATH", str(folder / "no-browser-here"))
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: None)
     names = world(module)
