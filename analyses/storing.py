@@ -38,13 +38,13 @@ def estimated(config: Study, name: str) -> int | None:
     """
     names = {each for chain in chains() for each in chain} if name == "all" else {name}
     names -= set(getattr(config, "skip", ()))
-    decodes = config.store_decoded and name != "all"
-    if not decodes and not names & {PROBES, *READ_OWN}:
+    reads, decodes = bool(names & {PROBES, *READ_OWN}), config.store_decoded and name != "all"
+    if not reads and not decodes:
         return 0
     shape = _shape(config)
     if not shape:
         return None
-    if not names & {PROBES, *READ_OWN} and not stores_decoded(config, shape.num_hidden_layers):
+    if not reads and not stores_decoded(config, shape.num_hidden_layers):
         return 0
     decisions = len(config.steps) * sum(_own(config).values())
     if PROBES in names:
